@@ -8,7 +8,7 @@ use bytes::Bytes;
 use kentongan_cluster::FeatureLevels;
 
 /// What this program knows. 2: bans ([`kentongan_cluster::directory::bans`]). 3: [`ROOM_LEVEL`],
-/// [`WALL_LEVEL`], [`HELD_LEVEL`], [`DELAYED_BYTES_LEVEL`].
+/// [`WALL_LEVEL`], [`HELD_LEVEL`], [`DELAYED_BYTES_LEVEL`], [`PIECES_LEVEL`].
 const LEVELS: FeatureLevels = FeatureLevels { min: 1, max: 3 };
 
 /// The first level, which groups have without being told.
@@ -26,6 +26,9 @@ pub const HELD_LEVEL: u32 = 3;
 
 /// From here on delayed messages of a group are bounded by their bytes, too.
 pub const DELAYED_BYTES_LEVEL: u32 = 3;
+
+/// From here on who gets a message of shared subscriptions is said in pieces, if it is too long for one entry of the log.
+pub const PIECES_LEVEL: u32 = 3;
 
 /// What the program knows that runs.
 #[must_use]

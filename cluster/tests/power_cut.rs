@@ -199,6 +199,7 @@ impl Node {
             sync: mode.sync,
             forgets: !mode.sync,
             free_bytes_reserve: 0,
+            kind_of: |_, _| "of a test",
         };
         let pipeline = Pipeline::start(config, disk, store, machine, NoPeers).map_err(|error| refused(&error))?;
         Ok(Self { pipeline, applied: Arc::clone(applied) })

@@ -10,7 +10,7 @@ use kentongan_cluster::transport::LinkEpoch;
 
 use crate::connection_key::{ALL_PLACES, ConnectionKey};
 use crate::peers::wire::{AskResync, EventKind, Forwarded, GroupEvent, GroupEvents, Resync};
-use crate::peers::{PeerFull, Peers};
+use crate::peers::{PeerFull, Peers, in_pieces};
 use crate::plants::{Plant, is_planted};
 use crate::router::Shared;
 
@@ -212,28 +212,6 @@ impl Led {
             }
         }
     }
-}
-
-/// As they are, in parts of `bytes_max`, or of one item that is longer. All that a turn has for a node, or for a group, may be more
-/// than a frame holds: the windows of one session, or a message for thousands of them.
-pub(super) fn in_pieces<M: prost::Message>(items: Vec<M>, bytes_max: usize) -> impl Iterator<Item = Vec<M>> {
-    let is_one = items.iter().map(prost::Message::encoded_len).sum::<usize>() <= bytes_max;
-    let (mut whole, items) = if is_one { (Some(items), Vec::new()) } else { (None, items) };
-    let mut items = items.into_iter().peekable();
-    std::iter::from_fn(move || {
-        if let Some(whole) = whole.take().filter(|whole| !whole.is_empty()) {
-            return Some(whole);
-        }
-        let mut piece = vec![items.next()?];
-        let mut bytes = piece[0].encoded_len();
-        while let Some(item) = items.next_if(|item| {
-            bytes += item.encoded_len();
-            bytes <= bytes_max
-        }) {
-            piece.push(item);
-        }
-        Some(piece)
-    })
 }
 
 #[cfg(test)]

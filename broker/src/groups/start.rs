@@ -59,7 +59,7 @@ use crate::random::Random;
 use crate::replicated::retained::RetainedLimits;
 use crate::replicated::rows::GroupRows;
 use crate::replicated::state::{GroupConfig, GroupState};
-use crate::replicated::{Query, Slots, Submitter};
+use crate::replicated::{Query, Slots, Submitter, command};
 use crate::router::Shared;
 use crate::router::cluster::{ClusterView, Leaders};
 use crate::router::node_lanes::Nodes;
@@ -288,7 +288,7 @@ fn wait_until_fenced(wait: &mpsc::Receiver<()>, stop: &AtomicBool) -> anyhow::Re
             Err(RecvTimeoutError::Timeout) if waited < FENCE_MAX => waited += FENCE_LOOK,
             Err(_) => anyhow::bail!("the groups did not let go of the connections of the process before this one"),
         }
-        if waited.as_secs() % FENCE_SAID_SECONDS == 0 && waited.subsec_nanos() == 0 {
+        if waited.as_secs().is_multiple_of(FENCE_SAID_SECONDS) && waited.subsec_nanos() == 0 {
             tracing::warn!(
                 seconds = waited.as_secs(),
                 "still waiting for the groups to let go of the connections of the process before this one: what is stored is applied first, \
@@ -1020,6 +1020,7 @@ pub(crate) fn pipeline_config(
         sync: settings.durability == Durability::Fsync,
         forgets: settings.durability != Durability::Fsync,
         free_bytes_reserve: free_bytes_reserve(settings),
+        kind_of: |group, command| if group == GroupId::DIRECTORY { "directory" } else { command::kind_of(command) },
     }
 }
 

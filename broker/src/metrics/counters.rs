@@ -222,6 +222,8 @@ labels! {
         NoSharedMember = "no_shared_member",
         /// A bound on delayed messages.
         Delayed = "delayed",
+        /// With what is said of it, it is longer than a message to another node may be: a mistake of the broker.
+        TooLong = "too_long",
     }
 
     /// Why a PUBLISH of a client was not accepted.
@@ -242,7 +244,7 @@ labels! {
     pub enum SubscribeRefusal as "reason" {
         /// The client may not read what it matches.
         NotAuthorized = "not_authorized",
-        /// It is none, or has too many levels.
+        /// It is none, or has too many levels or too long a ShareName.
         TopicFilterInvalid = "topic_filter_invalid",
         /// The session has as many subscriptions as it may.
         QuotaExceeded = "quota_exceeded",

@@ -63,6 +63,15 @@ const SNAPSHOTS_FAILED: Family = Family {
     label: None,
 };
 
+const COMMANDS_TOO_LONG: Family = Family {
+    name: "kentongan_raft_commands_too_long_total",
+    kind: Kind::Counter,
+    doc: &[
+        "Commands that were not proposed, of all groups, because no message to another node can hold them: a mistake of the broker.",
+    ],
+    label: None,
+};
+
 const GROUP: LabelInfo = LabelInfo {
     name: "group",
     values: &[],
@@ -80,7 +89,7 @@ const fn counter(name: &'static str, doc: &'static [&'static str]) -> Family {
 /// What [`render`] writes.
 pub(super) fn families() -> impl Iterator<Item = &'static Family> {
     let gauges = GAUGES.iter().map(|(family, _)| family);
-    gauges.chain(COUNTERS.iter().map(|(family, _)| family)).chain([&SNAPSHOTS_FAILED])
+    gauges.chain(COUNTERS.iter().map(|(family, _)| family)).chain([&SNAPSHOTS_FAILED, &COMMANDS_TOO_LONG])
 }
 
 /// Appends the families.
@@ -96,6 +105,7 @@ pub(super) fn render(text: &mut String, stats: &Stats) {
         page.each(family, groups.iter().filter_map(counted));
     }
     page.one(&SNAPSHOTS_FAILED, count(&stats.snapshots_failed));
+    page.one(&COMMANDS_TOO_LONG, count(&stats.commands_too_long));
 }
 
 /// A group as the value of a label.

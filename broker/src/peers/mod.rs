@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use kentongan_cluster::NodeId;
 use kentongan_cluster::transport::{ClusterId, FRAME_BYTES_MAX, LinkEpoch, PeerAddress};
 
@@ -28,6 +28,49 @@ pub const PACKET_BYTES_MAX: u32 = (FRAME_BYTES_MAX - 4 * PIECE_BYTES) as u32;
 
 /// How much can be said to a node at once, in bytes: a frame, less what is written around it.
 pub const WHOLE_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024;
+
+/// How long what goes in a lane may be, in bytes: a frame has room for it at the end of a batch.
+pub const ITEM_BYTES_MAX: usize = WHOLE_BYTES_MAX - 2 * PIECE_BYTES;
+
+/// Writes what goes in a lane, or, if no frame could hold it, what keeps its place: it would be sent for ever, and whatever stands behind
+/// it would wait for that. Returns how long it would have been then.
+pub(crate) fn write_item(
+    out: &mut BytesMut,
+    write: impl FnOnce(&mut BytesMut),
+    keep_place: impl FnOnce(&mut BytesMut),
+) -> Option<usize> {
+    let before = out.len();
+    write(out);
+    let bytes = out.len() - before;
+    if bytes <= ITEM_BYTES_MAX {
+        return None;
+    }
+    out.truncate(before);
+    keep_place(out);
+    Some(bytes)
+}
+
+/// As they are, in parts of `bytes_max`, or of one item that is longer. All that a turn has for a node, or for a group, may be more
+/// than a frame holds: the windows of one session, or a message for thousands of them.
+pub(crate) fn in_pieces<M: prost::Message>(items: Vec<M>, bytes_max: usize) -> impl Iterator<Item = Vec<M>> {
+    let is_one = items.iter().map(prost::Message::encoded_len).sum::<usize>() <= bytes_max;
+    let (mut whole, items) = if is_one { (Some(items), Vec::new()) } else { (None, items) };
+    let mut items = items.into_iter().peekable();
+    std::iter::from_fn(move || {
+        if let Some(whole) = whole.take().filter(|whole| !whole.is_empty()) {
+            return Some(whole);
+        }
+        let mut piece = vec![items.next()?];
+        let mut bytes = piece[0].encoded_len();
+        while let Some(item) = items.next_if(|item| {
+            bytes += item.encoded_len();
+            bytes <= bytes_max
+        }) {
+            piece.push(item);
+        }
+        Some(piece)
+    })
+}
 
 /// The way to the other nodes. Never blocks.
 pub trait Peers: Send + Sync + fmt::Debug {

@@ -469,6 +469,13 @@ pub struct PickedEntry {
     /// It is for nobody else: the outbox needs it no more.
     #[prost(bool, tag = "3")]
     pub routed: bool,
+    /// It is a piece, and not the last one: `picks` has all of them behind `after`, up to its own last one. Only from
+    /// [`PIECES_LEVEL`](crate::later::PIECES_LEVEL) on, where they are in the order of their names.
+    #[prost(bool, tag = "4")]
+    pub more: bool,
+    /// What the piece before it ended with; empty: there is none.
+    #[prost(string, tag = "5")]
+    pub after: String,
 }
 
 /// Who gets a message of one shared subscription.
@@ -715,6 +722,32 @@ pub fn encode_lane(head: &LaneBatch, messages: &[u8]) -> Bytes {
 pub fn encode_lane_message(message: &LaneMessage, out: &mut BytesMut) {
     const MESSAGES_TAG: u32 = 3;
     prost::encoding::message::encode(MESSAGES_TAG, message, out);
+}
+
+/// What a command is, for the log.
+#[must_use]
+pub fn kind_of(bytes: &[u8]) -> &'static str {
+    let Ok(Envelope { command: Some(command), .. }) = Envelope::decode(bytes) else {
+        return "unknown";
+    };
+    match command {
+        Command::Connect(_) => "connect",
+        Command::Disconnect(_) => "disconnect",
+        Command::Subscribe(_) => "subscribe",
+        Command::Unsubscribe(_) => "unsubscribe",
+        Command::Lane(_) => "lane",
+        Command::Acknowledge(_) => "acknowledge",
+        Command::Receive(_) => "receive",
+        Command::Routed(_) => "routed",
+        Command::Picked(_) => "picked",
+        Command::RetainedPage(_) => "retained page",
+        Command::Tick(_) => "tick",
+        Command::Fence(_) => "fence",
+        Command::Released(_) => "released",
+        Command::Level(_) => "level",
+        Command::BeginAnew(_) => "begin anew",
+        Command::Lost(_) => "lost",
+    }
 }
 
 /// From the log; payloads stay slices of `bytes`.

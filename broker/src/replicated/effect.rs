@@ -165,6 +165,13 @@ pub enum Effect {
         /// Its position.
         position: u64,
     },
+    /// The same of its shared subscriptions up to this one, in the order of their names.
+    PickedUpTo {
+        /// Its position.
+        position: u64,
+        /// `$share/NAME/FILTER`.
+        share: Arc<str>,
+    },
     /// A page of retained messages was taken in, or is to be read again.
     RetainedTaken {
         /// Whose.

@@ -8,6 +8,22 @@ use super::command::{self, MessageRecord, SessionCommand};
 use crate::message::Message;
 
 impl SessionCommand {
+    /// What it is, for the log.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::Disconnect(_) => "disconnect",
+            Self::Subscribe(_) => "subscribe",
+            Self::Unsubscribe(_) => "unsubscribe",
+            Self::Acknowledge(_) => "acknowledge",
+            Self::Receive(_) => "receive",
+            Self::RetainedPage(_) => "retained page",
+            Self::Released(_) => "released",
+            Self::OutboxSettled(_) => "settled outbox",
+        }
+    }
+
     /// The connection of a session ended.
     #[must_use]
     pub fn disconnect(

@@ -96,6 +96,8 @@ pub struct OutboxEntry {
     pub pick: Option<PickTarget>,
     /// For each shared subscription that its topic matches there is an entry with a pick.
     pub picked: bool,
+    /// So it is for those up to this one, in the order of their names, and the rest is still to be said.
+    pub picked_up_to: Option<Arc<str>>,
     /// Every lane has answered. It is kept for what becomes of it at the node that was picked.
     pub routed: bool,
     /// How often nodes gave the message back.
@@ -120,6 +122,7 @@ impl OutboxEntry {
             share,
             pick: None,
             picked: false,
+            picked_up_to: None,
             routed: false,
             given_back: 0,
             passed_over: None,
@@ -133,6 +136,12 @@ impl OutboxEntry {
     /// Whether it is still to be decided who gets it of shared subscriptions.
     fn awaits_pick(&self) -> bool {
         self.due_ms.is_none() && self.pick.is_none() && !self.picked
+    }
+
+    /// Whether it is decided who gets it of a shared subscription.
+    #[must_use]
+    pub fn is_picked_of(&self, share: &str) -> bool {
+        self.picked || self.picked_up_to.as_deref().is_some_and(|up_to| share <= up_to)
     }
 
     /// The node whose member is to settle it. Nobody settles QoS 0.
@@ -697,6 +706,8 @@ impl GroupState {
         let mut picked_at: BTreeMap<(u64, u64), BTreeSet<u64>> = BTreeMap::new();
         for (&position, entry) in &self.outbox {
             assert!(entry.pick.is_none() || entry.share.is_some(), "who was picked was picked of something");
+            let is_in_pieces = entry.picked_up_to.is_some();
+            assert!(!is_in_pieces || (entry.awaits_pick() && entry.share.is_none()), "what is said in pieces ends");
             assert!(!entry.routed || entry.settled_at().is_some(), "what is routed and kept is to be settled");
             if let Some(at) = entry.settled_at() {
                 picked_at.entry(at).or_default().insert(position);

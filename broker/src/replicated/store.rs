@@ -423,6 +423,8 @@ struct OutboxRecord {
     will_of: Option<String>,
     #[prost(bool, tag = "12")]
     is_granted: bool,
+    #[prost(string, optional, tag = "13")]
+    picked_up_to: Option<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -635,6 +637,7 @@ impl GroupState {
                     received: entry.received,
                     will_of: entry.will_of.as_deref().map(str::to_owned),
                     is_granted: entry.is_granted,
+                    picked_up_to: entry.picked_up_to.as_deref().map(str::to_owned),
                 };
                 Some(record.encode_to_vec())
             }
@@ -921,6 +924,7 @@ fn outbox_entry(record: OutboxRecord) -> Result<OutboxEntry, RestoreError> {
         received: record.received,
         will_of: record.will_of.map(Arc::from),
         is_granted: record.is_granted,
+        picked_up_to: record.picked_up_to.map(Arc::from),
     })
 }
 

@@ -59,6 +59,8 @@ pub enum EndCause {
     UnfinishedPacket,
     /// It published faster than it may, for too long.
     TooFast,
+    /// It asked for something that no frame to its group can hold.
+    NotCarried,
     /// An operator banned it, its user or where it comes from.
     Banned,
     /// An operator closed it, and has nothing against that it comes again.
@@ -116,7 +118,7 @@ impl EndCause {
             }
             Self::SlowConsumer => CloseReason::SlowConsumer,
             Self::UnfinishedPacket => CloseReason::UnfinishedPacket,
-            Self::TooFast => CloseReason::QuotaExceeded,
+            Self::TooFast | Self::NotCarried => CloseReason::QuotaExceeded,
             Self::Banned | Self::Kicked => CloseReason::Administrative,
             Self::NotAuthorized => CloseReason::NotAuthorized,
             Self::LoginExpired => CloseReason::LoginExpired,
@@ -167,6 +169,7 @@ impl fmt::Display for EndCause {
             | Self::SlowConsumer
             | Self::UnfinishedPacket
             | Self::TooFast
+            | Self::NotCarried
             | Self::Banned
             | Self::Kicked
             | Self::NotAuthorized

@@ -16,9 +16,10 @@ use slab::Slab;
 use super::ConnectionKey;
 use super::arbiter::ArbiterState;
 use super::cluster::Leader;
+use super::ended::EndCause;
 use super::node_lanes::NodeLanes;
 use super::publish::Publication;
-use crate::peers::{PIECE_BYTES, Peers};
+use crate::peers::{PIECE_BYTES, Peers, in_pieces, write_item};
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord, OutboxSettled, SessionCommand};
 use crate::replicated::{LaneAnswer, PersistentSession, Slots};
@@ -147,6 +148,15 @@ pub(super) struct Settled {
     pub reason: ReasonCode,
 }
 
+/// The entry of the message at hand in a lane, to which something may be added.
+#[derive(Debug, Clone, Copy)]
+struct OwnEntry {
+    group: u16,
+    number: u64,
+    /// Names of shared subscriptions in it.
+    shares_bytes: usize,
+}
+
 /// An arbiter's lanes to all groups.
 #[derive(Debug)]
 pub struct Lanes {
@@ -160,8 +170,10 @@ pub struct Lanes {
     came_by: HashMap<ConnectionKey, usize, foldhash::fast::RandomState>,
     /// Of the message being routed, once a group is among its targets.
     current: Option<Waiter>,
-    /// The entries of that message: group and number.
-    own: Vec<(u16, u64)>,
+    /// The last entries of that message in the lanes.
+    own: Vec<OwnEntry>,
+    /// Names of shared subscriptions that go in one entry, in bytes.
+    shares_bytes_max: usize,
     touched: Vec<u16>,
     /// Something went into this one.
     touched_blocked: Option<BlockedLane>,
@@ -195,6 +207,7 @@ impl Lanes {
             came_by: HashMap::default(),
             current: None,
             own: Vec::new(),
+            shares_bytes_max: batch_bytes_max,
             touched: Vec::new(),
             touched_blocked: None,
             acknowledged: Vec::new(),
@@ -214,11 +227,21 @@ impl Lanes {
 
     /// The message goes to the persistent sessions of `group`: those that subscribe, or a member of `share`.
     pub(super) fn publish(&mut self, group: u16, publication: &mut Publication<'_>, share: Option<String>) {
-        let message = self.entry(group, publication);
-        match share {
-            Some(share) => message.shares.push(share),
-            None => message.match_subscriptions = true,
+        let Some(share) = share else {
+            self.entry(group, publication).match_subscriptions = true;
+            return;
+        };
+        // There may be as many shared subscriptions as there are subscribers, and together their names are longer than a frame.
+        let is_full = |own: &OwnEntry| {
+            let is_own = own.group == group && own.shares_bytes > 0;
+            is_own && own.shares_bytes + share.len() > self.shares_bytes_max
+        };
+        self.own.retain(|own| !is_full(own));
+        self.entry(group, publication);
+        if let Some(own) = self.own.iter_mut().rev().find(|own| own.group == group) {
+            own.shares_bytes += share.len();
         }
+        self.entry(group, publication).shares.push(share);
     }
 
     /// The message becomes (or, empty, removes) the retained message of its topic.
@@ -230,12 +253,12 @@ impl Lanes {
     /// a delivery brought about, such as the end of a connection, may stand behind it.
     fn entry(&mut self, group: u16, publication: &mut Publication<'_>) -> &mut LaneMessage {
         let waiter = self.waiter();
-        let own = self.own.iter().rev().find(|(of, _)| *of == group).map(|(_, number)| *number);
+        let own = self.own.iter().rev().find(|own| own.group == group).map(|own| own.number);
         let gathered = &self.groups[usize::from(group)].gathered;
         let at = own.and_then(|own| gathered.iter().rposition(|message| message.number == own)).unwrap_or_else(|| {
             let record = MessageRecord::from_message(&publication.share_message(), 0);
             let number = self.push(group, LaneMessage { message: Some(record), ..LaneMessage::default() }, waiter);
-            self.own.push((group, number));
+            self.own.push(OwnEntry { group, number, shares_bytes: 0 });
             self.groups[usize::from(group)].gathered.len() - 1
         });
         &mut self.groups[usize::from(group)].gathered[at]
@@ -316,6 +339,22 @@ impl Lanes {
         number
     }
 
+    /// No frame could hold what has this number in the lane, which goes on without it: who waits for it hears so with the answer. Returns a
+    /// connection that asked its group for something, and would wait for that in vain.
+    fn refuse(&mut self, group: u16, number: u64, is_command: bool) -> Option<ConnectionKey> {
+        let unanswered = &self.groups.get(usize::from(group))?.unanswered;
+        let (_, waiter) = *unanswered.iter().rev().find(|(unanswered, _)| *unanswered == number)?;
+        self.refuse_to(waiter);
+        self.waiting.get(waiter.0)?.connection.filter(|_| is_command).map(|(connection, _)| connection)
+    }
+
+    /// Who waits for this hears that it is refused, once all else is answered.
+    pub(super) fn refuse_to(&mut self, waiter: Waiter) {
+        if let Some(waiting) = self.waiting.get_mut(waiter.0) {
+            waiting.reason = ReasonCode::QuotaExceeded;
+        }
+    }
+
     pub(super) fn wait_for_one_more(&mut self, waiter: Waiter) {
         self.waiting[waiter.0].remaining += 1;
     }
@@ -376,6 +415,26 @@ impl Lanes {
                 count.remove();
             }
         }
+    }
+
+    /// What gathered goes into the lane for good. Returns a connection that would wait in vain for what it asked for.
+    fn keep(&mut self, group: u16, message: &LaneMessage) -> Option<ConnectionKey> {
+        let number = message.number;
+        let mut too_long = None;
+        self.kept(group)?.outgoing.push_at(number, |out| {
+            let place = || LaneMessage { number, ..LaneMessage::default() };
+            let write = command::encode_lane_message;
+            too_long = write_item(out, |out| write(message, out), |out| write(&place(), out));
+        });
+        let bytes = too_long?;
+        let kind = message.command.as_ref().map_or("message", SessionCommand::kind);
+        tracing::error!(
+            group,
+            kind,
+            bytes,
+            "what is said to a group is longer than a frame may be, and is refused; this is a mistake of the broker, please report it"
+        );
+        self.refuse(group, number, message.command.is_some())
     }
 
     /// Who leads a group, as far as this arbiter was told.
@@ -622,6 +681,7 @@ impl ArbiterState {
     }
 
     fn flush_groups(&mut self, stays: fn(&GroupLane) -> bool) {
+        let mut asked_in_vain = Vec::new();
         for group in std::mem::take(&mut self.lanes.touched) {
             if stays(&self.lanes.groups[usize::from(group)]) {
                 self.lanes.touched.push(group);
@@ -630,19 +690,25 @@ impl ArbiterState {
             let own = &mut self.lanes.groups[usize::from(group)];
             (own.urgency, own.frees, own.sent) = (Urgency::default(), 0, own.next);
             let messages = std::mem::take(&mut own.gathered);
-            let lane = self.lanes.id;
-            let incarnation = self.lanes.incarnation;
-            if let Some(kept) = self.lanes.kept(group) {
+            if self.lanes.kept(group).is_some() {
                 for message in messages {
-                    kept.outgoing.push_at(message.number, |out| command::encode_lane_message(&message, out));
+                    asked_in_vain.extend(self.lanes.keep(group, &message));
                 }
                 self.send_lane(group);
                 continue;
             }
-            let previous = messages.first().map_or(0, |first| first.number - 1);
-            let clock_ms = self.now_ms;
-            let batch = LaneBatch { lane, incarnation, messages, previous, clock_ms, ..LaneBatch::default() };
-            self.shared.submitter.propose(group, Command::Lane(batch));
+            let mut previous = messages.first().map_or(0, |first| first.number - 1);
+            let (lane, incarnation, clock_ms) = (self.lanes.id, self.lanes.incarnation, self.now_ms);
+            // Others may join this node, and are sent what is in its log.
+            for messages in in_pieces(messages, PIECE_BYTES) {
+                let last = messages.last().map_or(previous, |last| last.number);
+                let batch = LaneBatch { lane, incarnation, messages, previous, clock_ms, ..LaneBatch::default() };
+                self.shared.submitter.propose(group, Command::Lane(batch));
+                previous = last;
+            }
+        }
+        for connection in asked_in_vain {
+            self.end(connection, EndCause::NotCarried, Some(ReasonCode::QuotaExceeded));
         }
     }
 
@@ -680,7 +746,7 @@ impl ArbiterState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peers::NoPeers;
+    use crate::peers::{ITEM_BYTES_MAX, NoPeers};
 
     /// A node that has a lease may hear nothing of a group: those who keep it are not those who vote in the directory.
     #[test]
@@ -741,6 +807,75 @@ mod tests {
         let (entry, command) = ((true, true, false), (false, false, true));
         assert_eq!(gathered, [entry, command, entry, command]);
         assert_eq!(lanes.groups[1].unanswered.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 3]);
+    }
+
+    /// There may be as many shared subscriptions as there are subscribers: all their names in one entry would be more than a frame holds, and
+    /// that entry would wait for ever, with all that stands behind it.
+    #[test]
+    fn names_of_shared_subscriptions_beyond_a_piece_go_in_further_entries_and_all_are_waited_for() {
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 7, 0, 2);
+        let mut publication = crate::router::node_lanes::tests::publication(kentongan_proto::mqtt::QoS::AtLeastOnce);
+        let shares: Vec<String> = (0..40).map(|number| format!("$share/{number:060000}/t")).collect();
+        shares.iter().for_each(|share| lanes.publish(1, &mut publication, Some(share.clone())));
+        lanes.publish(1, &mut publication, None);
+        lanes.store_retained(1, &mut publication);
+        let connection = ConnectionKey::new(0, 1, 1);
+        let waiter = lanes.take_waiter().expect("a group");
+        lanes.answer_to(waiter, connection, Some(9));
+        let gathered = &lanes.groups[1].gathered;
+        assert_eq!(gathered.iter().map(|message| message.number).collect::<Vec<_>>(), [1, 2, 3]);
+        assert!(gathered.iter().all(|message| message.message.is_some()));
+        assert_eq!(gathered.iter().flat_map(|message| message.shares.clone()).collect::<Vec<_>>(), shares);
+        let bytes = |message: &LaneMessage| message.shares.iter().map(String::len).sum::<usize>();
+        assert!(gathered.iter().all(|message| bytes(message) <= PIECE_BYTES));
+        let is_direct = |message: &LaneMessage| (message.match_subscriptions, message.store_retained);
+        assert_eq!(gathered.iter().map(is_direct).collect::<Vec<_>>(), [(false, false), (false, false), (true, true)]);
+
+        let mut settled = Vec::new();
+        lanes.on_answer(&LaneAnswer { group: 1, number: 2, refused: vec![] }, &mut settled);
+        assert_eq!(settled.len(), 0);
+        lanes.on_answer(&LaneAnswer { group: 1, number: 3, refused: vec![] }, &mut settled);
+        assert_eq!(
+            settled.iter().map(|settled| (settled.ticket, settled.reason)).collect::<Vec<_>>(),
+            [(Some(9), ReasonCode::Success)]
+        );
+    }
+
+    /// Whoever made it that long: the lane goes on, and who waits hears of it.
+    #[test]
+    fn what_no_frame_holds_is_refused_and_what_stands_behind_it_goes_on() {
+        use kentongan_proto::mqtt::QoS;
+
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 7, 0, 1);
+        let payload = vec![0; ITEM_BYTES_MAX];
+        let small = || crate::router::node_lanes::tests::publication(QoS::AtLeastOnce);
+        let mut large = Publication { payload: crate::router::publish::Payload::copied(&payload), ..small() };
+        let connection = |place| ConnectionKey::new(0, place, 1);
+        for (publication, ticket) in [(&mut large, 1), (&mut small(), 2)] {
+            lanes.publish(0, publication, None);
+            let waiter = lanes.take_waiter().expect("a group");
+            lanes.answer_to(waiter, connection(1), Some(ticket));
+        }
+        let session = PersistentSession { group: 0, epoch: 1 };
+        let client_id = "c".repeat(ITEM_BYTES_MAX);
+        lanes.command_of(connection(2), 0, SessionCommand::never_began(&client_id, session));
+        let messages = std::mem::take(&mut lanes.groups[0].gathered);
+        let in_vain: Vec<_> = messages.iter().filter_map(|message| lanes.keep(0, message)).collect();
+        assert_eq!(in_vain, [connection(2)], "nothing else would tell its client");
+
+        lanes.set_leader(0, Some(Leader { node: 2, term: 1, round: 0 }));
+        let batches =
+            std::iter::from_fn(|| lanes.next_batch(0, 0)).flat_map(|(_, batch)| match command::decode(batch) {
+                Ok(command::Entry { command: Some(Command::Lane(batch)), .. }) => batch.messages,
+                other => panic!("a batch of a lane: {other:?}"),
+            });
+        let said: Vec<_> = batches.map(|message| (message.number, message.message.is_some())).collect();
+        assert_eq!(said, [(1, false), (2, true), (3, false)]);
+        let mut settled = Vec::new();
+        lanes.on_answer(&LaneAnswer { group: 0, number: 3, refused: vec![] }, &mut settled);
+        let settled: Vec<_> = settled.iter().map(|settled| (settled.ticket, settled.reason)).collect();
+        let refused = ReasonCode::QuotaExceeded;
+        assert_eq!(settled, [(Some(1), refused), (Some(2), ReasonCode::Success), (None, refused)]);
     }
 
     /// A group that remembers no more refusals takes a part of a batch, and nothing behind it.

@@ -18,9 +18,10 @@ use super::arbiter::ArbiterState;
 use super::lanes::{BlockedLane, Lanes, SILENT_SECONDS, Settled, Waiter};
 use super::publish::Publication;
 use super::share_settling::{ShareKeeper, ShareOrigin, ShareOutcome};
-use crate::peers::PeerFull;
+use crate::metrics::DropReason;
 use crate::peers::plain::PlainMessage;
 use crate::peers::wire::{Forwarded, Messages, NodeMessage, ShareSettled};
+use crate::peers::{PeerFull, write_item};
 use crate::replicated::command::MessageRecord;
 use crate::subscription::{IndexedNode, NodeNumber, ShareGroup};
 
@@ -117,6 +118,20 @@ impl NodeLane {
     }
 }
 
+/// What became of something for a lane.
+#[derive(Debug, Clone, Copy)]
+struct Pushed {
+    /// Its number there.
+    number: u64,
+    /// No frame can hold it: only its place goes.
+    is_too_long: bool,
+}
+
+fn write_message(message: &NodeMessage, out: &mut BytesMut) {
+    // Cannot fail: a `BytesMut` grows.
+    let _ = message.encode_length_delimited(out);
+}
+
 /// The lanes of an arbiter to other nodes, by the nodes' numbers.
 #[derive(Debug, Default)]
 pub(super) struct NodeLanes {
@@ -153,20 +168,17 @@ impl NodeLanes {
         })
     }
 
-    /// Something for the lane, whose number it returns. `None`: the node is lost.
-    fn push(&mut self, node: NodeNumber, item: impl FnOnce(u64) -> NodeMessage) -> Option<u64> {
-        let number = self.push_with(node, true, |number, out| {
-            // Cannot fail: a `BytesMut` grows.
-            let _ = item(number).encode_length_delimited(out);
-        })?;
+    /// Something for the lane. `None`: the node is lost.
+    fn push(&mut self, node: NodeNumber, item: impl FnOnce(u64) -> NodeMessage) -> Option<Pushed> {
+        let pushed = self.push_with(node, true, |number, out| write_message(&item(number), out))?;
         self.lane(node).awaited = true;
-        Some(number)
+        Some(pushed)
     }
 
     /// The same for what `write` writes, given the number. Whether anybody waits for it is for the caller to say. `None` too for what
     /// waits for nothing (`waits` is false), as in [`Self::drops_qos_0`].
     #[inline]
-    fn push_with(&mut self, node: NodeNumber, waits: bool, write: impl FnOnce(u64, &mut BytesMut)) -> Option<u64> {
+    fn push_with(&mut self, node: NodeNumber, waits: bool, write: impl FnOnce(u64, &mut BytesMut)) -> Option<Pushed> {
         if self.is_nobodys || (!waits && self.dead.contains(&node)) {
             return None;
         }
@@ -183,14 +195,25 @@ impl NodeLanes {
             return None;
         }
         let number = lane.outgoing.next_number();
-        lane.outgoing.push_at(number, |out| write(number, out));
+        let mut too_long = None;
+        lane.outgoing.push_at(number, |out| {
+            let place = || NodeMessage { number, ..NodeMessage::default() };
+            too_long = write_item(out, |out| write(number, out), |out| write_message(&place(), out));
+        });
         if is_blocked {
             self.touched_blocked = Some(BlockedLane::Node(node));
         }
         if self.touched.last() != Some(&node) {
             self.touched.push(node);
         }
-        Some(number)
+        if let Some(bytes) = too_long {
+            tracing::error!(
+                node,
+                bytes,
+                "a message for another node is longer than a frame may be, and is dropped; this is a mistake of the broker, please report it"
+            );
+        }
+        Some(Pushed { number, is_too_long: too_long.is_some() })
     }
 
     pub(super) fn is_lost(&self, node: NodeNumber) -> bool {
@@ -219,7 +242,7 @@ impl NodeLanes {
             let numbers = settled.chunks(SETTLED_AN_ITEM_MAX).map(|settled| {
                 self.push(node, |number| NodeMessage { number, settled: settled.to_vec(), ..NodeMessage::default() })
             });
-            pushed.extend(numbers.last().flatten().map(|last| (node, last)));
+            pushed.extend(numbers.last().flatten().map(|last| (node, last.number)));
         }
         pushed
     }
@@ -299,38 +322,46 @@ impl Lanes {
     }
 
     /// The message goes to the clients of another node: those that subscribe, if it is `direct`, and one member of each of
-    /// `shares`. Returns its number in the lane; `None`: the node is lost, or answers nothing and the message is of QoS 0.
+    /// `shares`. Returns its number in the lane.
+    ///
+    /// # Errors
+    /// Why it goes nowhere: the node is lost, or answers nothing and the message is of QoS 0; or no frame can hold it, of which who waits
+    /// for it hears with the answer.
     pub(super) fn publish_to_node(
         &mut self,
         node: NodeNumber,
         publication: &mut Publication<'_>,
         direct: bool,
         shares: &[Arc<ShareGroup>],
-    ) -> Option<u64> {
+    ) -> Result<u64, DropReason> {
         let waits = publication.qos != QoS::AtMostOnce;
-        let number = if direct && shares.is_empty() && publication.properties.is_none() {
+        let pushed = if direct && shares.is_empty() && publication.properties.is_none() {
             let (topic, payload) = (publication.topic.as_bytes(), publication.payload.as_slice());
             let Publication { identity, qos, retain, expires_at_ms: expiry_left_ms, .. } = *publication;
             self.nodes.push_with(node, waits, |number, out| {
                 PlainMessage { number, identity, topic, payload, qos, retain, expiry_left_ms }.write(out);
-            })?
+            })
         } else {
             if !waits && self.nodes.drops_qos_0(node) {
-                return None;
+                return Err(DropReason::NodeLost);
             }
             let message = Some(MessageRecord::from_message(&publication.share_message(), 0));
             let shares = shares.iter().map(|share| share.subscription_name().to_owned()).collect();
             let item = |number| NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
-            self.nodes.push(node, item)?
+            self.nodes.push(node, item)
         };
+        let Pushed { number, is_too_long } = pushed.ok_or(DropReason::NodeLost)?;
         if waits {
             let waiter = self.waiter();
+            if is_too_long {
+                self.refuse_to(waiter);
+            }
             let lane = self.nodes.lane(node);
             lane.unanswered.push_back((number, waiter));
             lane.awaited = true;
             self.wait_for_one_more(waiter);
         }
-        Some(number)
+        if is_too_long { Err(DropReason::TooLong) } else { Ok(number) }
     }
 
     /// A connection ends, and waits for what went to other nodes so far, whatever its QoS: what its client sends elsewhere
@@ -498,7 +529,7 @@ impl ArbiterState {
 pub(super) mod tests {
     use super::*;
     use crate::message::MessageIdentity;
-    use crate::peers::NoPeers;
+    use crate::peers::{ITEM_BYTES_MAX, NoPeers};
     use crate::router::publish::Payload;
 
     /// A node that fails to stay up is started again every few minutes, for as long as others run.
@@ -543,7 +574,7 @@ pub(super) mod tests {
         lanes.await_nodes(connection);
         assert_eq!(lanes.under_way(connection), 0, "nothing is on its way");
         let last = [5, 5, 6].map(|node| lanes.publish_to_node(node, &mut publication(QoS::AtMostOnce), true, &[]));
-        assert_eq!(last, [Some(1), Some(2), Some(1)]);
+        assert_eq!(last, [Ok(1), Ok(2), Ok(1)]);
         assert!(lanes.take_waiter().is_none());
         lanes.await_nodes(connection);
         assert_eq!(lanes.under_way(connection), 1);
@@ -561,7 +592,7 @@ pub(super) mod tests {
     fn the_end_of_many_connections_takes_no_time_for_each_pair_of_them() {
         const CONNECTIONS: u32 = 200_000;
         let mut lanes = Lanes::new(Some((1, &NoPeers)), 1, 0, 16);
-        lanes.publish_to_node(5, &mut publication(QoS::AtMostOnce), true, &[]);
+        assert_eq!(lanes.publish_to_node(5, &mut publication(QoS::AtMostOnce), true, &[]), Ok(1));
         let began = std::time::Instant::now();
         for index in 0..CONNECTIONS {
             let connection = ConnectionKey::new(0, index, 1);
@@ -582,7 +613,7 @@ pub(super) mod tests {
         let mut lanes = Lanes::new(Some((1, &NoPeers)), 1, 0, 16);
         let [gone, there] = [1, 2].map(|index| ConnectionKey::new(0, index, 1));
         for connection in [gone, there] {
-            lanes.publish_to_node(5, &mut publication(QoS::AtLeastOnce), true, &[]);
+            assert!(lanes.publish_to_node(5, &mut publication(QoS::AtLeastOnce), true, &[]).is_ok());
             let waiter = lanes.take_waiter().expect("of QoS 1");
             lanes.answer_to(waiter, connection, Some(7));
         }
@@ -607,25 +638,57 @@ pub(super) mod tests {
         assert_eq!(settled.len(), 1);
     }
 
+    /// It would be sent for ever, and nothing behind it would come.
+    #[test]
+    fn what_no_frame_holds_is_dropped_and_refused_and_the_lane_goes_on() {
+        let mut lanes = Lanes::new(Some((1, &NoPeers)), 1, 0, 16);
+        let payload = vec![0; ITEM_BYTES_MAX];
+        let large = |qos| Publication { payload: Payload::copied(&payload), ..publication(qos) };
+        let connection = ConnectionKey::new(0, 1, 1);
+        let mut publish = |publication: &mut Publication<'_>, ticket| {
+            let sent = lanes.publish_to_node(5, publication, true, &[]);
+            if let Some(waiter) = lanes.take_waiter() {
+                lanes.answer_to(waiter, connection, Some(ticket));
+            }
+            sent
+        };
+        assert_eq!(publish(&mut large(QoS::AtMostOnce), 1), Err(DropReason::TooLong));
+        assert_eq!(publish(&mut large(QoS::AtLeastOnce), 2), Err(DropReason::TooLong));
+        assert_eq!(publish(&mut publication(QoS::AtLeastOnce), 3), Ok(3));
+        let batch = lanes.nodes.lane(5).outgoing.next_batch().expect("all three");
+        assert_eq!((batch.last, batch.items), (3, 3));
+        let mut payload = batch.payload;
+        let items: Vec<_> = std::iter::from_fn(|| {
+            NodeMessage::decode_length_delimited(&mut payload).ok().filter(|item| item.number > 0)
+        })
+        .map(|item| (item.number, item.message.is_some()))
+        .collect();
+        assert_eq!(items, [(1, false), (2, false), (3, true)]);
+        let mut settled = Vec::new();
+        lanes.on_node_answer(5, 3, &mut settled);
+        let settled: Vec<_> = settled.iter().map(|settled| (settled.ticket, settled.reason)).collect();
+        assert_eq!(settled, [(Some(2), ReasonCode::QuotaExceeded), (Some(3), ReasonCode::Success)]);
+    }
+
     /// QoS 0 waits for nothing: what is dead, or silent and full, gets none, which the caller counts.
     #[test]
     fn what_waits_for_nothing_does_not_fill_a_lane_that_nobody_answers() {
         let mut lanes = Lanes::new(Some((1, &NoPeers)), 1, 0, 16);
         let payload = vec![0; NODE_LANE_BYTES_MAX / 2];
         let mut large = Publication { payload: Payload::copied(&payload), ..publication(QoS::AtMostOnce) };
-        let sent = [5, 5, 5, 6].map(|node| lanes.publish_to_node(node, &mut large, true, &[]).is_some());
+        let sent = [5, 5, 5, 6].map(|node| lanes.publish_to_node(node, &mut large, true, &[]).is_ok());
         assert_eq!(sent, [true; 4], "it may answer");
         assert!(lanes.is_paused() && !lanes.nodes.is_blocked(5));
         assert!((0..SILENT_SECONDS).all(|_| !lanes.nodes.stuck().is_empty()));
         assert!(!lanes.is_paused() && lanes.nodes.is_blocked(5));
         let mut small = publication(QoS::AtMostOnce);
-        let sent = [5, 6].map(|node| lanes.publish_to_node(node, &mut small, true, &[]).is_some());
+        let sent = [5, 6].map(|node| lanes.publish_to_node(node, &mut small, true, &[]).is_ok());
         assert_eq!(sent, [false, true], "there is room in the other one");
         assert_eq!(lanes.take_touched_blocked(), None);
-        assert!(lanes.publish_to_node(5, &mut publication(QoS::AtLeastOnce), true, &[]).is_some());
+        assert!(lanes.publish_to_node(5, &mut publication(QoS::AtLeastOnce), true, &[]).is_ok());
         assert_eq!(lanes.take_touched_blocked(), Some(BlockedLane::Node(5)), "who published it waits");
         assert_eq!(lanes.take_touched_blocked(), None);
         lanes.on_node_dead(6);
-        assert_eq!(lanes.publish_to_node(6, &mut small, true, &[]), None);
+        assert_eq!(lanes.publish_to_node(6, &mut small, true, &[]), Err(DropReason::NodeLost));
     }
 }

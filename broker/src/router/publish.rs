@@ -149,6 +149,9 @@ type Elsewhere = SmallVec<[(NodeNumber, Arc<ShareGroup>); 2]>;
 /// The shared subscriptions of which one node's members were picked.
 type Shares = SmallVec<[Arc<ShareGroup>; 2]>;
 
+/// Shared subscriptions that one item names: an answer says in 16 bits which of them it is about.
+const SHARES_AN_ITEM_MAX: usize = 1 << 16;
+
 /// What became of a publication when it was routed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Routed {
@@ -810,7 +813,6 @@ impl ArbiterState {
         true
     }
 
-    #[inline]
     fn hand_to_node(
         &mut self,
         publication: &mut Publication<'_>,
@@ -819,12 +821,42 @@ impl ArbiterState {
         shares: Shares,
         given_back: u8,
     ) {
+        if shares.is_empty() {
+            return self.hand_item_to_node(publication, node, direct, shares, given_back);
+        }
+        // There may be as many shared subscriptions as there are subscribers, and together their names are longer than a frame.
+        let bytes_max = self.shared.piece_bytes();
+        let mut shares = shares.into_iter().peekable();
+        let mut direct = direct;
+        while let Some(first) = shares.next() {
+            let mut bytes = first.subscription_name().len();
+            let mut item = Shares::from_iter([first]);
+            while let Some(share) = shares.next_if(|share| {
+                bytes += share.subscription_name().len();
+                bytes <= bytes_max && item.len() < SHARES_AN_ITEM_MAX
+            }) {
+                item.push(share);
+            }
+            self.hand_item_to_node(publication, node, direct, item, given_back);
+            direct = false;
+        }
+    }
+
+    #[inline]
+    fn hand_item_to_node(
+        &mut self,
+        publication: &mut Publication<'_>,
+        node: NodeNumber,
+        direct: bool,
+        shares: Shares,
+        given_back: u8,
+    ) {
         match self.lanes.publish_to_node(node, publication, direct, &shares) {
-            Some(number) if publication.qos != QoS::AtMostOnce => {
+            Ok(number) if publication.qos != QoS::AtMostOnce => {
                 self.keep_for_members(publication, (node, number), shares, given_back);
             }
-            Some(_) => {}
-            None => self.counters.messages_dropped.inc(DropReason::NodeLost),
+            Ok(_) => {}
+            Err(reason) => self.counters.messages_dropped.inc(reason),
         }
     }
 

@@ -27,6 +27,9 @@ use crate::subscription::{InterestKind, LocalSubscription, ShareMember, ShareTar
 /// How long what a client publishes waits for SUBACK: longer than groups take to elect other leaders.
 pub(super) const SUBACK_SECONDS_MAX: u32 = 5;
 
+/// The longest ShareName, in bytes. The names of all that a message is for are said together, and stand in a log for each message.
+const SHARE_NAME_BYTES_MAX: usize = 256;
+
 /// Filters of one SUBSCRIBE that its session does not have.
 #[derive(Debug, Default)]
 struct Fresh<'a> {
@@ -158,6 +161,11 @@ impl ArbiterState {
         let Ok(parsed) = ParsedFilter::parse(filter) else {
             return Some(ReasonCode::TopicFilterInvalid);
         };
+        if let ParsedFilter::Shared(shared) = &parsed
+            && shared.share_name().len() > SHARE_NAME_BYTES_MAX
+        {
+            return Some(ReasonCode::TopicFilterInvalid);
+        }
         let client = self.clients.get(key.index())?;
         let listener = &client.listener;
         let levels_max = usize::from(listener.limits.topic_levels_max) + client.mount.as_ref().map_or(0, Mount::levels);
@@ -701,7 +709,10 @@ fn subscribe_refusal(reason: ReasonCode) -> SubscribeRefusal {
 fn refusals_text(reason_codes: &[ReasonCode]) -> Option<String> {
     let explanations = [
         (ReasonCode::NotAuthorized, "the client may not subscribe to that filter"),
-        (ReasonCode::TopicFilterInvalid, "that is no topic filter, or one with too many levels"),
+        (
+            ReasonCode::TopicFilterInvalid,
+            "that is no topic filter, or one with too many levels or too long a ShareName",
+        ),
         (ReasonCode::QuotaExceeded, "the session has as many subscriptions as it may, or their filters as many bytes"),
     ];
     let texts: Vec<_> = explanations

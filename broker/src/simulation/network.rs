@@ -21,8 +21,9 @@ use crate::peers::{PeerFull, Peers};
 /// What may be under way on a link. Small, so that links are full now and then.
 const LINK_BYTES_MAX: usize = 256 * 1024;
 
-/// Bytes after which what could be said in parts begins another part, by turns of the seeds: small, so that it does.
-const PIECE_BYTES: [usize; 3] = [2 * 1024, 8 * 1024, 64 * 1024];
+/// Bytes after which what could be said in parts begins another part, by turns of the seeds: small, so that it does. The smallest hold no
+/// two names of shared subscriptions.
+const PIECE_BYTES: [usize; 4] = [2 * 1024, 8 * 1024, 64 * 1024, 64];
 
 /// Every so many seeds what an arbiter says of its connections goes in parts, and finds no room now and then.
 const CUT_RESYNCS_EVERY: u64 = 4;

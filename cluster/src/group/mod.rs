@@ -17,7 +17,7 @@ pub use driver::{Committed, GroupStatus, HandOverError, NotLeader, PeerStatus, P
 pub(crate) use driver::{Group, GroupConfig, write_anew};
 pub use keeping::Keeping;
 pub use message::MessageError;
-pub use packing::{pack, unpack};
+pub use packing::{COMMAND_BYTES_MAX, pack, unpack};
 pub(crate) use storage::GroupStorage;
 
 #[cfg(test)]

@@ -2,6 +2,12 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::transport::FRAME_BYTES_MAX;
+
+/// Bytes of the longest command. Its entry goes to others in one message, and that in one frame: what is longer would stay in its leader's
+/// log, and all that is proposed behind it as well.
+pub const COMMAND_BYTES_MAX: usize = FRAME_BYTES_MAX - 1024;
+
 /// Bytes of commands that are packed into one entry, if one command alone is not larger.
 pub(super) const PACK_BYTES_MAX: usize = 256 * 1024;
 

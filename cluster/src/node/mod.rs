@@ -19,7 +19,8 @@ use crate::group::{
 };
 use crate::group::{GroupStorage, write_anew};
 use crate::identity::{GroupId, NodeId};
-use crate::log::{GroupLog, Log, LogError};
+use crate::log::{EntryKind, GroupLog, Log, LogError};
+use crate::transport::FRAME_BYTES_MAX;
 
 /// Where the outcome of a round goes.
 ///
@@ -220,6 +221,7 @@ impl Node {
                 GroupLog { hard, ..log }
             }
         };
+        let log = without_unsendable(id, &checkpoint, log);
         let config = GroupConfig {
             node: self.config.node,
             forgets: self.config.forgets,
@@ -527,6 +529,25 @@ impl Node {
     pub fn log(&self) -> &Log {
         &self.log
     }
+}
+
+/// The log without an entry that no frame can hold, and what stands behind that. Versions that did not look at the length of a command wrote
+/// such entries. Where others vote too, none was ever committed, for it went to nobody; and this node, should it lead with one, would
+/// commit nothing any more.
+fn without_unsendable(group: GroupId, checkpoint: &CheckpointBase, mut log: GroupLog) -> GroupLog {
+    let members = &checkpoint.configuration;
+    let needs_others = members.voters.len() > 1 || members.voters_outgoing.len() > 1;
+    let known = log.hard.commit.max(checkpoint.applied.index);
+    // Behind a change of members it may be these who decide, or others.
+    let mut open = log.entries.iter().filter(|entry| entry.id.index > checkpoint.applied.index);
+    let end = open.find(|entry| entry.payload.len() > FRAME_BYTES_MAX || entry.kind != EntryKind::Commands);
+    let Some(end) = end.filter(|end| needs_others && end.id.index > known && end.kind == EntryKind::Commands) else {
+        return log;
+    };
+    let (index, bytes) = (end.id.index, end.payload.len());
+    tracing::warn!(%group, index, bytes, "cut off what no other node can be sent: it was never committed");
+    log.entries.retain(|entry| entry.id.index < index);
+    log
 }
 
 #[cfg(test)]

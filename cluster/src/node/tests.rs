@@ -616,3 +616,40 @@ fn who_was_cut_off_for_longer_than_a_frame_holds_catches_up() {
     let lacks = handed_out(&cluster, leader).index - handed_out(&cluster, away).index;
     assert!(lacks <= 20, "it lacks {lacks} entries");
 }
+
+/// Earlier versions proposed whatever they were told to. With such an entry in its log no leader commits anything, and it is led by
+/// nobody else as long as one of three is away.
+#[test]
+fn a_group_whose_leader_has_what_no_frame_holds_goes_on_after_a_start() {
+    let (mut cluster, leader) = Cluster::led();
+    let last = |cluster: &Cluster, node: NodeId| cluster.nodes[&node].status(GROUP).expect("it is here").last;
+    let before = last(&cluster, leader);
+    for bytes in [FRAME_BYTES_MAX + 1, 1] {
+        cluster.nodes.get_mut(&leader).expect("it is there").propose(GROUP, &vec![0; bytes]).expect("it leads");
+        while cluster.round() {}
+    }
+    assert_eq!(last(&cluster, leader), before + 2);
+    let nodes: Vec<NodeId> = cluster.nodes.keys().copied().collect();
+    for &node in &nodes {
+        cluster.end(node);
+        cluster.start(node);
+    }
+    cluster.cut_off = nodes.into_iter().find(|node| *node != leader);
+    assert!(cluster.tick_until(|cluster| cluster.leader().is_some()));
+    assert_eq!(cluster.leader().map(|leader| last(&cluster, leader)), Some(before + 1), "its first entry");
+}
+
+/// What a node that votes alone wrote is committed, whatever its length.
+#[test]
+fn what_no_frame_holds_is_kept_where_nobody_else_votes() {
+    let mut cluster = Cluster::of(1);
+    let node = NodeId(1);
+    assert!(cluster.tick_until(|cluster| cluster.leader().is_some()));
+    cluster.nodes.get_mut(&node).expect("it is there").propose(GROUP, &vec![0; FRAME_BYTES_MAX + 1]).expect("it leads");
+    while cluster.round() {}
+    let last = |cluster: &Cluster| cluster.nodes[&node].status(GROUP).expect("it is here").last;
+    let before = last(&cluster);
+    cluster.end(node);
+    cluster.start(node);
+    assert_eq!(last(&cluster), before + 1, "and leads at once");
+}

@@ -170,6 +170,8 @@ pub struct PipelineConfig {
     pub forgets: bool,
     /// Free space below which [`PipelineHandle::is_full`] says so.
     pub free_bytes_reserve: u64,
+    /// What kind of command one of a group is, for the log.
+    pub kind_of: fn(GroupId, &[u8]) -> &'static str,
 }
 
 /// Why the pipeline cannot start.
@@ -271,7 +273,8 @@ impl<Q> PipelineHandle<Q> {
         Self { submissions, notifications, in_flight: Arc::default(), full: Arc::default(), stats: Arc::default() }
     }
 
-    /// Submits a command to be committed and applied.
+    /// Submits a command to be committed and applied. One of more than [`COMMAND_BYTES_MAX`](crate::group::COMMAND_BYTES_MAX) is dropped, and
+    /// counted.
     pub fn propose(&self, group: GroupId, command: Bytes) {
         self.in_flight.fetch_add(command.len(), Ordering::Relaxed);
         self.submit(Submission::Propose(group, command));
@@ -598,6 +601,7 @@ impl<M: StateMachine, P: Peers> Parts<M, P> {
             unsynced_since: None,
             opened: BTreeMap::new(),
             refused: Default::default(),
+            too_long: Default::default(),
         };
         let applier = Applier {
             machine,

@@ -15,7 +15,7 @@ use super::{
     FetchedChunks, FetchedState, Item, Opening, Peers, PipelineConfig, Prepare, Round, Stats, Submission, give_up,
 };
 use crate::disk::SyncSite;
-use crate::group::{CheckpointBase, Committed, MessageError, Role};
+use crate::group::{COMMAND_BYTES_MAX, CheckpointBase, Committed, MessageError, Role};
 use crate::identity::{GroupId, NodeId};
 use crate::log::is_full;
 use crate::node::{Node, Sink};
@@ -168,10 +168,10 @@ impl<Q, P> Outcome<Q, P> {
     }
 }
 
-/// How often it is said that messages are refused.
+/// How often it is said that messages, or commands, are refused.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Messages that were refused.
+/// Messages, or commands, that were refused.
 #[derive(Debug, Default)]
 pub(super) struct Refused {
     said: Option<Duration>,
@@ -206,6 +206,7 @@ pub(super) struct RaftThread<Q, P> {
     /// The term of the last [`Opening`] of each group, and its number.
     pub(super) opened: BTreeMap<GroupId, (u64, u64)>,
     pub(super) refused: Refused,
+    pub(super) too_long: Refused,
 }
 
 impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
@@ -323,7 +324,10 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
 
     fn propose(&mut self, group: GroupId, command: &[u8]) -> usize {
         let bytes = command.len();
-        if self.node.propose(group, command).is_ok() {
+        if bytes > COMMAND_BYTES_MAX {
+            self.on_too_long(group, command);
+            self.outcome.in_flight.fetch_sub(bytes, Ordering::Relaxed);
+        } else if self.node.propose(group, command).is_ok() {
             let outstanding = self.outcome.outstanding.entry(group).or_default();
             *outstanding += bytes;
             self.outcome.commits.submitted(group, *outstanding, self.now);
@@ -331,6 +335,22 @@ impl<Q: Send + 'static, P: Peers> RaftThread<Q, P> {
             self.outcome.in_flight.fetch_sub(bytes, Ordering::Relaxed);
         }
         bytes
+    }
+
+    /// In a log it would go to nobody, and nothing behind it would be committed, whoever leads. It is a mistake of whoever made it: what
+    /// may be as long is said in pieces.
+    fn on_too_long(&mut self, group: GroupId, command: &[u8]) {
+        self.stats.commands_too_long.fetch_add(1, Ordering::Relaxed);
+        if let Some(not_said) = self.too_long.is_to_be_said(self.now) {
+            let kind = (self.config.kind_of)(group, command);
+            tracing::error!(
+                %group,
+                kind,
+                bytes = command.len(),
+                not_said,
+                "a command is longer than a frame may be, and was not proposed; this is a mistake of the broker, please report it"
+            );
+        }
     }
 
     fn query(&mut self, group: GroupId, query: Q) {

@@ -35,6 +35,8 @@ pub struct Stats {
     pub descriptors_missing: AtomicU64,
     /// Segments removed.
     pub segments_purged: AtomicU64,
+    /// Commands that were not proposed, because no frame can hold them.
+    pub commands_too_long: AtomicU64,
     /// Snapshots of other nodes that were wanted and not got, or that were older than what was there.
     pub snapshots_failed: AtomicU64,
     /// Of each group that there was at the start; there are no others.

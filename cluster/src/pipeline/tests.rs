@@ -5,6 +5,7 @@ use std::thread::ThreadId;
 
 use super::*;
 use crate::disk::SimDisk;
+use crate::group::COMMAND_BYTES_MAX;
 use crate::state::{MemoryState, Pair, cut};
 
 /// Remembers every command of every group, and stores them.
@@ -94,6 +95,7 @@ fn config() -> PipelineConfig {
         sync: true,
         forgets: false,
         free_bytes_reserve: 0,
+        kind_of: |_, _| "of a test",
     }
 }
 
@@ -329,4 +331,27 @@ fn an_opening_goes_ahead_of_what_is_proposed_behind_it_once_in_each_term() {
     let expected = ["opening 1", "a", "b", "opening 2", "c", "d", "opening 2", "e"].map(Bytes::from);
     assert_eq!(parts.applier.machine.commands[&group], expected);
     assert_eq!(parts.raft.outcome.in_flight.load(Ordering::Relaxed), 0, "nothing waits");
+}
+
+/// In the log of one of several it would go to nobody, and whatever is proposed behind it would wait for ever.
+#[test]
+fn a_command_that_no_frame_holds_is_not_proposed_and_what_stands_behind_it_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    let store = StateStore::open(directory.path(), Arc::clone(&disk)).expect("opened");
+    let machine = Recorder::from_store(&store, &Arc::default());
+    let config = PipelineConfig { segment_bytes: 1024 * 1024, checkpoint_log_bytes: u64::MAX, ..config() };
+    let pipeline = Pipeline::start(config, disk, store, machine, NoPeers).expect("started");
+    let [longest, too_long] = [0, 1].map(|more| Bytes::from(vec![7; COMMAND_BYTES_MAX + more]));
+    for command in [&longest, &too_long, &Bytes::from_static(b"next")] {
+        pipeline.handle().propose(GroupId(0), command.clone());
+    }
+    let (answer, answered) = mpsc::channel();
+    pipeline.handle().query(GroupId(0), answer);
+    let commands = answered.recv().expect("answered");
+    assert_eq!(commands[&GroupId(0)].iter().map(Bytes::len).collect::<Vec<_>>(), [longest.len(), 4]);
+    assert_eq!(pipeline.handle().stats().commands_too_long.load(Ordering::Relaxed), 1);
+    let handle = pipeline.handle().clone();
+    pipeline.stop();
+    assert_eq!(handle.in_flight_bytes(), 0);
 }

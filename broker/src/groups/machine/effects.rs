@@ -126,6 +126,7 @@ impl Machine {
             }
             Effect::Route { position } => self.unrouted.entry(group).or_default().push_back(position),
             Effect::Picked { position } => self.outboxes.on_picked(group, position),
+            Effect::PickedUpTo { position, share } => self.outboxes.on_picked_up_to(group, position, &share),
             Effect::RetainedTaken { owner, epoch, answer } => {
                 let connection = connection_of(owner);
                 self.push_to(shared, group, owner, Event::RetainedTaken { connection, epoch, answer });

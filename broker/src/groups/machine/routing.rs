@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
+use bytes::BytesMut;
 use crossbeam::channel::Sender;
 use kentongan_cluster::lane::Batch;
 use kentongan_proto::mqtt::QoS;
@@ -12,11 +13,11 @@ use prost::Message as _;
 use super::{Machine, PICKED_ENTRIES_MAX, is_over, on_process_clock};
 use crate::groups::backup::HOLD_MAX;
 use crate::groups::incoming::{find_share, for_member, hand_on_first_time};
-use crate::groups::pushes::in_pieces;
+use crate::later::PIECES_LEVEL;
 use crate::message::{Message, MessageIdentity};
 use crate::metrics::{DropReason, PublishRefusal};
-use crate::peers::PeerFull;
 use crate::peers::wire::{self, Forwarded, Messages, NodeMessage, Propose};
+use crate::peers::{PeerFull, in_pieces, write_item};
 use crate::plants::{Plant, is_planted};
 use crate::replicated::command::{self, Command, LaneBatch, LaneMessage, MessageRecord};
 use crate::replicated::state::{OUTBOX_LANE, OutboxEntry, PickTarget};
@@ -87,9 +88,12 @@ impl Machine {
                         targets.groups.entry(group).or_default().match_subscriptions = true;
                     }
                 }
-                for group in matched.shares.iter().filter(|_| !entry.picked) {
+                let undecided = |share: &&Arc<ShareGroup>| !entry.is_picked_of(share.subscription_name());
+                for group in matched.shares.iter().filter(undecided) {
                     self.pick(shared, origin, entry, group, &mut targets);
                 }
+                targets.picks.sort_unstable_by(|first, second| first.share.cmp(&second.share));
+                targets.picked_up_to = entry.picked_up_to.as_deref().map(str::to_owned);
                 if message.retain {
                     let group = shared.submitter.slots().group_of(&message.topic);
                     targets.groups.entry(group).or_default().store_retained = true;
@@ -113,7 +117,7 @@ impl Machine {
         let nodes = shared.cluster.as_ref().map(|cluster| &cluster.nodes);
         let passed_over = match (entry.passed_over, nodes) {
             (Some((node, incarnation)), Some(nodes)) => {
-                PassedOver::Node(nodes.number(PeerProcess { node, incarnation }))
+                PassedOver::given_back(nodes.number(PeerProcess { node, incarnation }), entry.given_back)
             }
             _ => PassedOver::Nobody,
         };
@@ -184,25 +188,38 @@ impl Machine {
             shared.submitter.propose(origin, Command::Routed(command::Routed { positions: vec![position] }));
         }
         let lanes = targets.groups.len() + targets.nodes.len();
-        let picks = targets.picks;
-        let picked = (!picks.is_empty()).then_some(command::PickedEntry { position, picks, routed: lanes == 0 });
+        let (picks, after) = (targets.picks, targets.picked_up_to.unwrap_or_default());
+        let (routed, more) = (lanes == 0, false);
+        let picked = (!picks.is_empty()).then_some(command::PickedEntry { position, picks, routed, more, after });
         self.outboxes.begin(origin, position, lanes, picked);
         for (target, mut lane_message) in targets.groups {
-            self.outboxes.push(origin, OutboxTarget::Group(target), position, |number, out| {
+            let is_taken = self.outboxes.push(origin, OutboxTarget::Group(target), position, |number, out| {
                 lane_message.number = number;
-                command::encode_lane_message(&lane_message, out);
+                let place = || LaneMessage { number, ..LaneMessage::default() };
+                let write = command::encode_lane_message;
+                write_item(out, |out| write(&lane_message, out), |out| write(&place(), out))
             });
+            if !is_taken {
+                self.counters.messages_dropped.inc(DropReason::TooLong);
+            }
         }
         let direct = targets.share.is_none();
         let shares: Vec<_> = targets.share.iter().map(|share| share.to_string()).collect();
         for node in targets.nodes {
             let message = Some(MessageRecord::from_message(&local, 0));
             let shares = shares.clone();
-            self.outboxes.push(origin, OutboxTarget::Node(node), position, |number, out| {
+            let is_taken = self.outboxes.push(origin, OutboxTarget::Node(node), position, |number, out| {
                 let item = NodeMessage { number, message, direct, shares, ..NodeMessage::default() };
-                // Cannot fail: a `BytesMut` grows.
-                let _ = item.encode_length_delimited(out);
+                let place = || NodeMessage { number, ..NodeMessage::default() };
+                let write = |item: &NodeMessage, out: &mut BytesMut| {
+                    // Cannot fail: a `BytesMut` grows.
+                    let _ = item.encode_length_delimited(out);
+                };
+                write_item(out, |out| write(&item, out), |out| write(&place(), out))
             });
+            if !is_taken {
+                self.counters.messages_dropped.inc(DropReason::TooLong);
+            }
         }
     }
 
@@ -228,9 +245,10 @@ impl Machine {
         self.route_outboxes(shared);
         let holds = self.holds_outboxes(shared.now_ms());
         // What is picked may take the place of what it was picked for.
-        let picked = if holds { BTreeMap::new() } else { self.outboxes.take_picked() };
+        let groups = &self.groups;
+        let knows_pieces = |group: u16| groups.get(&group).is_some_and(|state| state.level() >= PIECES_LEVEL);
+        let picked = if holds { BTreeMap::new() } else { self.outboxes.take_picked(knows_pieces) };
         for (group, picked) in picked {
-            // The names of shares have no small bound: together they may be longer than an entry of the log may be.
             let parts = picked.chunks(PICKED_ENTRIES_MAX);
             for entries in parts.flat_map(|part| in_pieces(part.to_vec(), shared.piece_bytes())) {
                 shared.submitter.propose(group, Command::Picked(command::Picked { entries }));
@@ -313,6 +331,8 @@ struct Targets {
     groups: BTreeMap<u16, LaneMessage>,
     /// Who is to get it of shared subscriptions.
     picks: Vec<command::Pick>,
+    /// Of those up to this one it is decided already.
+    picked_up_to: Option<String>,
     /// Shared subscriptions that nobody could take it for.
     unserved: u64,
 }

@@ -5,6 +5,10 @@
 //! own for each shared subscription, at a *new* position: targets ignore what is not above the last position that they had,
 //! and whoever led before may have routed what stands behind the old one.
 //!
+//! With as many shared subscriptions as there may be, that is more than an entry of the log holds. It is said in pieces then, in the order
+//! of the names, each of which says where it begins: so one name tells what is decided, whoever says which piece, and how often. A piece
+//! that begins behind that comes too early: one before it was lost.
+//!
 //! An entry that a node was picked for is kept until a member there settled it; one that the node gives back, or whose node is
 //! fenced, becomes an entry without a pick again, at a new position as well. So the outbox is to these messages what an arbiter
 //! is to those of its own publishers (`router::share_settling`), and outlives its node.
@@ -18,6 +22,7 @@ use super::{
     GroupState, HeldPubRec, OutboxEntry, PickTarget, RECEIVED_BYTES_MAX, RECEIVED_MAX, Timer, packet_id,
     unrouted_effect,
 };
+use crate::later::PIECES_LEVEL;
 use crate::message::Message;
 use crate::replicated::command;
 use crate::replicated::effect::{Drop, Effect};
@@ -224,24 +229,40 @@ impl GroupState {
         for entry in picked.entries {
             let position = entry.position;
             self.picked_one(entry, effects);
-            effects.push(Effect::Picked { position });
+            match self.outbox.get(&position).filter(|entry| entry.awaits_pick()) {
+                Some(entry) => {
+                    let share = entry.picked_up_to.clone();
+                    effects.extend(share.map(|share| Effect::PickedUpTo { position, share }));
+                }
+                None => effects.push(Effect::Picked { position }),
+            }
         }
     }
 
     fn picked_one(&mut self, picked: command::PickedEntry, effects: &mut Vec<Effect>) {
         let position = picked.position;
+        let knows_pieces = self.level >= PIECES_LEVEL;
         let Some(entry) = self.outbox.get_mut(&position).filter(|entry| entry.awaits_pick()) else {
             // Another leader was first, or somebody picks who leads no more.
             return;
         };
+        if knows_pieces && !picked.after.is_empty() && !entry.is_picked_of(&picked.after) {
+            return;
+        }
         let (message, given_back) = (Arc::clone(&entry.message), entry.given_back);
-        if picked.routed || entry.share.is_some() {
+        let before = entry.picked_up_to.take();
+        let is_decided = |share: &str| before.as_deref().is_some_and(|up_to| share <= up_to);
+        if knows_pieces && picked.more && entry.share.is_none() {
+            let last = picked.picks.last().filter(|last| !is_decided(&last.share));
+            entry.picked_up_to = last.map(|last| Arc::from(last.share.as_str())).or_else(|| before.clone());
+            self.dirty.changed(Key::Outbox(position));
+        } else if picked.routed || entry.share.is_some() {
             self.remove_routed(position, effects);
         } else {
             entry.picked = true;
             self.dirty.changed(Key::Outbox(position));
         }
-        for pick in picked.picks {
+        for pick in picked.picks.into_iter().filter(|pick| !is_decided(&pick.share)) {
             let target = pick.target.and_then(PickTarget::from_record);
             // Proposed before the fence, committed after it: nothing was sent there yet.
             let is_over = |target: &PickTarget| match *target {

@@ -336,7 +336,8 @@ impl Replicas {
             Some(share) => vec![pick((0, share))],
             None => (0..).zip(&FILTERS[5..7]).map(|(number, share)| pick((number, share))).collect(),
         };
-        let entries = vec![command::PickedEntry { position, picks, routed: c & 2 == 0 }];
+        let (routed, more) = (c & 2 == 0, c & 4 == 0);
+        let entries = vec![command::PickedEntry { position, picks, routed, more, after: String::new() }];
         self.apply(Command::Picked(command::Picked { entries }));
     }
 

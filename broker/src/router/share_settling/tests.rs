@@ -32,7 +32,7 @@ use crate::message::MessageIdentity;
 use crate::metrics::Metrics;
 use crate::mount::MountPoint;
 use crate::peers::wire::{Forwarded, Messages, NodeMessage, OUTBOX_INCARNATION, OUTBOX_LANE, ShareLoad, ShareLoads};
-use crate::peers::{PeerFull, Peers};
+use crate::peers::{PIECE_BYTES, PeerFull, Peers};
 use crate::replicated::command::{self, Command, MessageRecord, OutboxSettled, SessionCommand};
 use crate::replicated::{LaneAnswer, PersistentSession, Slots, Submitter};
 use crate::router::client::{ClientSession, OwnSubscription, Phase};
@@ -480,6 +480,39 @@ fn a_message_is_kept_until_a_member_elsewhere_acknowledges_it() {
     cluster.run();
     assert_eq!(cluster.kept(), [0, 0, 0], "refused, and that is final");
     assert!(cluster.network.lock().is_empty());
+}
+
+/// All their names in one item would be more than a frame holds: that item would wait for ever, with all that stands behind it.
+#[test]
+fn names_of_shared_subscriptions_beyond_a_piece_go_in_further_items() {
+    const SHARES: usize = 40;
+    let mut cluster = round_robin();
+    let member = cluster.join(1, 1, 100, QoS::AtLeastOnce);
+    cluster.subscribe(member, "t", QoS::AtLeastOnce);
+    for number in 1..SHARES {
+        cluster.subscribe(member, &format!("$share/{number:060000}/t"), QoS::AtLeastOnce);
+    }
+    cluster.publish_at(0, QoS::AtLeastOnce);
+    cluster.turn();
+    let mut items = Vec::new();
+    for (_, to, forwarded) in cluster.network.lock().iter() {
+        let (2, Forwarded::Messages(messages)) = (to, forwarded) else {
+            panic!("{to} is told {forwarded:?}");
+        };
+        let mut payload = messages.payload.clone();
+        for _ in 0..messages.items {
+            items.push(NodeMessage::decode_length_delimited(&mut payload).expect("an item"));
+        }
+    }
+    let bytes = |item: &NodeMessage| item.shares.iter().map(String::len).sum::<usize>();
+    assert!(items.iter().all(|item| bytes(item) <= PIECE_BYTES), "{:?}", items.iter().map(bytes).collect::<Vec<_>>());
+    assert_eq!(items.iter().map(|item| item.direct).collect::<Vec<_>>(), [true, false, false]);
+    cluster.run();
+    assert_eq!(cluster.has(member).len(), SHARES + 1);
+    assert_eq!(cluster.kept(), [SHARES, 0, 0]);
+    cluster.acknowledge_all(member);
+    cluster.run();
+    assert_eq!(cluster.kept(), [0; 3]);
 }
 
 /// The group whose outbox has a message for a member of the first node, and where it is led: at the second.

@@ -304,6 +304,33 @@ fn malformed_shared_subscriptions_are_refused() {
     assert_eq!(client.subscribe("$share/g/t", QoS::AtMostOnce), ReasonCode::Success);
 }
 
+/// The names of all that a message is for go through logs, and to other nodes.
+///
+/// Abuse: [shared-malformed]
+#[test]
+fn a_share_name_of_more_than_256_bytes_is_refused_and_the_other_filters_stand() {
+    let broker = Broker::start();
+    let [longest, too_long] = [256, 257].map(|bytes| format!("$share/{}/t", "n".repeat(bytes)));
+    let filters = [(longest.as_str(), QoS::AtLeastOnce), (too_long.as_str(), QoS::AtLeastOnce), ("u", QoS::AtMostOnce)];
+    for (mut client, refused) in [
+        (Client::v5(&broker, "a"), ReasonCode::TopicFilterInvalid),
+        (Client::v311(&broker, "b"), ReasonCode::UnspecifiedError),
+    ] {
+        client.send(&subscribe(&filters, 7));
+        let Packet::SubAck(suback) = client.receive() else {
+            panic!("a SUBACK");
+        };
+        assert_eq!(suback.reason_codes, [ReasonCode::GrantedQos1, refused, ReasonCode::Success]);
+    }
+    let share = "n".repeat(200) + "\u{e9}".repeat(29).as_str();
+    let mut client = Client::v5(&broker, "c");
+    assert_eq!(
+        client.subscribe(&format!("$share/{share}/t"), QoS::AtMostOnce),
+        ReasonCode::TopicFilterInvalid,
+        "bytes"
+    );
+}
+
 /// Conformance: [MQTT5-4.8.2-3]
 #[test]
 fn a_shared_delivery_has_the_qos_that_its_member_was_granted() {

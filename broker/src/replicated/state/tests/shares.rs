@@ -3,6 +3,7 @@
 use kentongan_cluster::state::{Pair, StateError};
 
 use super::*;
+use crate::later::PIECES_LEVEL;
 use crate::replicated::rows::{MemoryRows, StoredRows};
 
 struct ShareScript {
@@ -283,7 +284,7 @@ fn posted() -> Script {
 /// A leader says who gets it of `SHARE`; `routed`: it is for nobody else.
 fn pick(script: &mut Script, position: u64, target: PickTarget, routed: bool) -> Vec<Effect> {
     let picks = vec![command::Pick { share: SHARE.to_owned(), target: Some(target.record()) }];
-    let entries = vec![command::PickedEntry { position, picks, routed }];
+    let entries = vec![command::PickedEntry { position, picks, routed, ..command::PickedEntry::default() }];
     script.apply(Command::Picked(command::Picked { entries }))
 }
 
@@ -333,6 +334,46 @@ fn what_one_leader_picked_every_leader_routes() {
     assert_eq!(deliveries(&group.script.apply(Command::Lane(batch))), [], "from another leader");
     script.apply(Command::Routed(command::Routed { positions: vec![2] }));
     assert_eq!(routed_by_a_new_leader(&mut script), [] as [u64; 0]);
+}
+
+/// A leader says who gets what stands at position 1, of these shared subscriptions behind `after`.
+fn piece(script: &mut Script, after: &str, shares: &[&str], target: PickTarget, more: bool) -> Vec<Effect> {
+    let pick = |share: &&str| command::Pick { share: (*share).to_owned(), target: Some(target.record()) };
+    let (picks, after) = (shares.iter().map(pick).collect(), after.to_owned());
+    let entries = vec![command::PickedEntry { position: 1, picks, routed: true, more, after }];
+    script.apply(Command::Picked(command::Picked { entries }))
+}
+
+/// P11: there may be so many shared subscriptions that no entry of the log holds all their names.
+#[test]
+fn what_is_picked_in_pieces_counts_once_whoever_says_it_and_how_often() {
+    let mut script = posted();
+    script.apply(Command::Level(command::Level { level: PIECES_LEVEL }));
+    let route = |position| Effect::Route { position };
+    let up_to = |share| Effect::PickedUpTo { position: 1, share: Arc::from(share) };
+    assert_eq!(piece(&mut script, "b", &["c"], ON_ONE, false), [], "one before it was lost");
+    assert_eq!(piece(&mut script, "", &["a", "b"], ON_ONE, true), [route(2), route(3), up_to("b")]);
+    assert_eq!(piece(&mut script, "", &["a", "b"], ON_TWO, true), [up_to("b")], "it was proposed twice");
+
+    assert_eq!(routed_by_a_new_leader(&mut script), [1, 2, 3]);
+    assert!(script.state.outbox[&1].is_picked_of("b") && !script.state.outbox[&1].is_picked_of("c"));
+    assert_eq!(piece(&mut script, "", &["a", "aa", "b", "c"], ON_TWO, true), [route(4), up_to("c")], "cut elsewhere");
+    assert_eq!(piece(&mut script, "b", &["c"], ON_ONE, true), [up_to("c")], "by the leader before");
+    assert_eq!(piece(&mut script, "d", &["e"], ON_ONE, false), [up_to("c")], "one before it was lost");
+    script.restart();
+    assert_eq!(piece(&mut script, "b", &["c", "d"], ON_TWO, false), [route(5), Effect::Picked { position: 1 }]);
+    assert_eq!(piece(&mut script, "c", &["d"], ON_ONE, false), [Effect::Picked { position: 1 }], "it comes too late");
+    assert_eq!(picked(&script), [(2, Some(ON_ONE)), (3, Some(ON_ONE)), (4, Some(ON_TWO)), (5, Some(ON_TWO))]);
+    let shares = script.state.outbox.values().map(|entry| entry.share.as_deref().expect("one each"));
+    assert_eq!(shares.collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+}
+
+/// As an earlier version takes it, which knows of no pieces.
+#[test]
+fn below_its_level_a_piece_is_all_there_is() {
+    let mut script = posted();
+    let effects = piece(&mut script, "", &["a"], ON_ONE, true);
+    assert_eq!(effects, [Effect::Route { position: 2 }, Effect::Picked { position: 1 }]);
 }
 
 /// Who subscribes for himself does not wait for a pick, and a pick not for him.
@@ -392,7 +433,7 @@ fn a_pick_whose_node_is_fenced_is_made_again() {
 fn a_fence_makes_so_many_picks_again_at_a_time() {
     let mut script = posted();
     let picks = vec![command::Pick { share: SHARE.to_owned(), target: Some(ON_ONE.record()) }; 3];
-    let entries = vec![command::PickedEntry { position: 1, picks, routed: true }];
+    let entries = vec![command::PickedEntry { position: 1, picks, routed: true, ..command::PickedEntry::default() }];
     script.apply(Command::Picked(command::Picked { entries }));
     let fence = Fence { below: 6, sessions_max: 2, node: 1 };
     let effects = script.apply(Command::Fence(fence));
