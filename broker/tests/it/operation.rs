@@ -460,6 +460,7 @@ fn every_family_of_metrics_moves() {
         "kentongan_raft_leader_changes_total",
         "kentongan_raft_replication_lag_entries",
         "kentongan_raft_snapshots_",
+        "kentongan_raft_commands_too_long_total",
         "kentongan_overloaded",
         "kentongan_memory_",
         "kentongan_disk_full",
