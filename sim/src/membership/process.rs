@@ -288,6 +288,14 @@ impl Process {
         }
     }
 
+    /// An entry of that term is here: whoever led in an earlier one has heard by then that it does no more, for entries come with their
+    /// leader's term.
+    pub fn on_group_term(&mut self, now_ns: u64, group: GroupId, term: u64) {
+        if let Some(&led) = self.led.get(&group).filter(|&&led| led < term) {
+            self.on_group_deposed(now_ns, group, led);
+        }
+    }
+
     pub fn group_applied(&self, group: GroupId) -> u64 {
         self.group_applied.get(&group).copied().unwrap_or(0)
     }

@@ -142,7 +142,8 @@ pub struct World {
     /// When each group will have fenced what is below an incarnation, of which node.
     fenced_at: BTreeMap<(GroupId, Incarnation), (NodeId, u64)>,
     groups: Vec<Leadership>,
-    group_logs: Vec<Vec<GroupChange>>,
+    /// What was committed, and in which terms.
+    group_logs: Vec<Vec<(u64, GroupChange)>>,
     /// Number of the present connection between two machines.
     links: BTreeMap<(usize, usize), u64>,
     /// Whose process has not noticed that its connection to a peer broke.
@@ -437,7 +438,7 @@ impl World {
     /// What a group wants after its first entries.
     fn group_interest(&self, group: GroupId, index: u64) -> BTreeSet<Arc<str>> {
         let mut filters = BTreeSet::new();
-        for change in &self.group_logs[usize::from(group.0)][..index as usize] {
+        for (_, change) in &self.group_logs[usize::from(group.0)][..index as usize] {
             let filter = group_filter(change.topic, change.subscription);
             if change.wanted {
                 filters.insert(filter);
@@ -466,8 +467,11 @@ impl World {
         let process = self.machines[machine].process.as_ref();
         let Some(applied) = process.map(|process| process.group_applied(group)) else { return };
         for index in applied..index {
-            let change = self.group_logs[usize::from(group.0)][index as usize];
-            self.with_process(machine, |process, clock| process.apply_group(clock, group, change));
+            let (term, change) = self.group_logs[usize::from(group.0)][index as usize];
+            self.with_process(machine, |process, clock| {
+                process.on_group_term(clock, group, term);
+                process.apply_group(clock, group, change);
+            });
         }
     }
 
@@ -482,7 +486,7 @@ impl World {
             self.schedule(50..100, Event::GroupReplicated(group, self.groups[usize::from(group.0)], change));
             return;
         }
-        self.group_logs[usize::from(group.0)].push(change);
+        self.group_logs[usize::from(group.0)].push((leadership.term, change));
         for machine in 0..self.voters {
             let process = self.machines[machine].started;
             self.schedule_late(0..20, 10, 20..1_000, Event::Of(machine, process, Step::LearnGroup(group)));
@@ -505,7 +509,7 @@ impl World {
         let Some((&id, subscription)) = self.group_subscriptions.iter().nth(choice) else { return };
         let (group, topic) = (subscription.group, subscription.topic);
         // One that is not acknowledged has been given up by its leader, at the latest by now.
-        if self.group_logs[usize::from(group.0)].iter().any(|change| change.subscription == id) {
+        if self.group_logs[usize::from(group.0)].iter().any(|(_, change)| change.subscription == id) {
             self.group_subscriptions.remove(&id);
             self.note("unsubscribe in group", id, group.0.into());
             self.change_group(group, GroupChange { topic, subscription: id, wanted: false });
