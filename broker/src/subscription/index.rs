@@ -213,6 +213,7 @@ struct ManyTargets {
     /// Sorted. Four stand here without another allocation, and so without another cache line to wait for.
     counted: SmallVec<[(Target, u32); 4]>,
     #[expect(clippy::box_collection, reason = "few filters have any, and an empty list would cost each 24 bytes")]
+    /// In the order of [`find_share`].
     shares: Option<Box<Vec<Arc<ShareGroup>>>>,
 }
 
@@ -467,12 +468,12 @@ fn move_subscriber(targets: &mut Targets, from: Option<Target>, to: Option<Targe
 /// The share of that name, made if there is none: `true`.
 fn share_of<'t>(targets: &'t mut Targets, name: &str, filter: &str) -> (&'t ShareGroup, bool) {
     let shares = targets.make_many().shares.get_or_insert_default();
-    let known = shares.iter().position(|share| is_named(share, name, filter));
-    let at = known.unwrap_or_else(|| {
-        shares.push(Arc::new(ShareGroup::new(name, filter)));
-        shares.len() - 1
+    let known = find_share(shares, name, filter);
+    let at = known.unwrap_or_else(|at| {
+        shares.insert(at, Arc::new(ShareGroup::new(name, filter)));
+        at
     });
-    (&shares[at], known.is_none())
+    (&shares[at], known.is_err())
 }
 
 fn join(targets: &mut Targets, name: &str, filter: &str, member: &ShareMember) -> Effect {
@@ -491,7 +492,7 @@ fn leave(targets: &mut Targets, name: &str, filter: &str, leave: impl FnOnce(&Sh
     let Targets::Many(many) = targets else {
         return Effect::Nothing;
     };
-    let Some(at) = many.shares().iter().position(|share| is_named(share, name, filter)) else {
+    let Ok(at) = find_share(many.shares(), name, filter) else {
         return Effect::Nothing;
     };
     let Some(left) = leave(&many.shares()[at]) else {
@@ -508,8 +509,9 @@ fn leave(targets: &mut Targets, name: &str, filter: &str, leave: impl FnOnce(&Sh
     Effect::Counted { change: -isize::try_from(left).unwrap_or(isize::MAX), matches_change: gone }
 }
 
-fn is_named(share: &ShareGroup, name: &str, filter: &str) -> bool {
-    share.name() == name && share.filter() == filter
+/// Where the share of that name is, or belongs: they are kept in order, for a filter may have as many as there are subscribers.
+fn find_share(shares: &[Arc<ShareGroup>], name: &str, filter: &str) -> Result<usize, usize> {
+    shares.binary_search_by(|share| share.name().cmp(name).then_with(|| share.filter().cmp(filter)))
 }
 
 /// Topic Filter → the arbiters, groups and nodes that want it. Any thread may read and change it.
@@ -659,8 +661,8 @@ impl SubscriptionIndex {
     #[must_use]
     pub fn share(&self, share_name: &str, filter: &str) -> Option<Arc<ShareGroup>> {
         let find = |targets: Option<&Targets>| {
-            let mut shares = targets?.shares().iter();
-            shares.find(|share| is_named(share, share_name, filter)).cloned()
+            let shares = targets?.shares();
+            find_share(shares, share_name, filter).ok().map(|at| Arc::clone(&shares[at]))
         };
         match Place::of(filter) {
             Place::Exact { shard, hash } => self.exact[shard].inspect(|filters| find(filters.get(hash))),

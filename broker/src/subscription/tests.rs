@@ -771,6 +771,25 @@ fn a_share_lives_as_long_as_it_has_members() {
     assert_eq!(share.pick(PickStrategy::RoundRobin, 0, 0, PassedOver::Nobody, false), None, "held on to, but empty");
 }
 
+/// Looked for one after the other, the 70,000th of a filter took so long that its node lost its lease.
+#[test]
+fn the_shares_of_a_filter_are_kept_in_order() {
+    let index = SubscriptionIndex::new();
+    let names: Vec<_> = (0..1000).map(|number| format!("{:03}", number * 7 % 1000)).collect();
+    for (name, connection) in names.iter().zip(0..) {
+        index.join_share(name, "a/+", member(connection));
+        index.join_share(name, "a/b", member(connection));
+    }
+    let found = matched(&index, "a/x");
+    assert_eq!(found.shares.len(), 1000);
+    assert!(found.shares.is_sorted_by_key(|share| share.name().to_owned()));
+    for (name, connection) in names.iter().zip(0..) {
+        assert_eq!(index.share(name, "a/+").expect("it has a member").name(), name);
+        assert!(index.leave_share(name, "a/+", &member(connection).target));
+        assert!(index.share(name, "a/+").is_none() && index.share(name, "a/b").is_some());
+    }
+}
+
 /// From whichever member it starts, each of the others is asked once; a message with a QoS passes over those that get none by
 /// this way.
 #[test]
