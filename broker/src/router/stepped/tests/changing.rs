@@ -616,10 +616,9 @@ fn what_is_retained_is_not_lost_when_its_subscription_goes_over() {
     assert_eq!(pages.collect::<Vec<_>>(), [(0, true)], "that was all");
 }
 
-/// The terms of a filter are asked for by what names it: its retained messages do not wait for the answers to others, of which there
-/// may be some at any time.
-#[test]
-fn what_is_retained_waits_for_no_answer_about_another_filter() {
+/// One whose session's group has agreed to a filter, and knows the read of what is retained for it by 9; its connection; and the number
+/// of the read here.
+fn reading() -> (Subscriber, ConnectionKey, u64) {
     let mut subscriber = Subscriber::resumed(Vec::new());
     subscriber.arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
     let (options, connection) = (SubscriptionOptions::new(ONCE), subscriber.connection);
@@ -627,18 +626,31 @@ fn what_is_retained_waits_for_no_answer_about_another_filter() {
     let ticket = *subscriber.asked().first().expect("it was asked");
     let outcomes = vec![SubscribeOutcome { read: Some(9), ..outcome(FILTER, options) }];
     let packet_id = subscriber.last_asked;
-    // The read's.
     let number = subscriber.arbiter.state.message_number + 1;
     subscriber.event(Event::Subscribed(SubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes }));
     subscriber.pass_barriers();
+    (subscriber, connection, number)
+}
+
+/// Pages of retained messages that were handed to the group by now.
+fn pages_to_group(subscriber: &mut Subscriber) -> Vec<command::RetainedPage> {
+    let said = commands_to_group(&mut subscriber.arbiter).into_iter();
+    let pages = said.filter_map(|command| match command {
+        SessionCommand::RetainedPage(page) => Some(page),
+        _ => None,
+    });
+    pages.collect()
+}
+
+/// The terms of a filter are asked for by what names it: its retained messages do not wait for the answers to others, of which there
+/// may be some at any time.
+#[test]
+fn what_is_retained_waits_for_no_answer_about_another_filter() {
+    let (mut subscriber, connection, number) = reading();
 
     let handed_over = |subscriber: &mut Subscriber| {
-        let said = commands_to_group(&mut subscriber.arbiter).into_iter();
-        let pages = said.filter_map(|command| match command {
-            SessionCommand::RetainedPage(page) => Some((page.messages.len(), page.last)),
-            _ => None,
-        });
-        pages.collect::<Vec<_>>()
+        let pages = pages_to_group(subscriber).into_iter();
+        pages.map(|page| (page.messages.len(), page.last)).collect::<Vec<_>>()
     };
     let asked = RetainedCursor { group: 0, after: None };
     let next = RetainedCursor { group: 0, after: Some(TOPIC.to_owned()) };
@@ -661,27 +673,10 @@ fn what_is_retained_waits_for_no_answer_about_another_filter() {
 /// before counts no more. The read ends when the group has everything.
 #[test]
 fn what_is_retained_is_read_again_when_live_messages_went_before_it() {
-    let mut subscriber = Subscriber::resumed(Vec::new());
-    subscriber.arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
-    let (options, connection) = (SubscriptionOptions::new(ONCE), subscriber.connection);
-    subscriber.ask(FILTER, options);
-    let ticket = *subscriber.asked().first().expect("it was asked");
-    let outcomes = vec![SubscribeOutcome { read: Some(9), ..outcome(FILTER, options) }];
-    let packet_id = subscriber.last_asked;
-    let number = subscriber.arbiter.state.message_number + 1;
-    subscriber.event(Event::Subscribed(SubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes }));
-    subscriber.pass_barriers();
+    let (mut subscriber, connection, number) = reading();
 
-    let handed_over = |subscriber: &mut Subscriber| {
-        let said = commands_to_group(&mut subscriber.arbiter).into_iter();
-        let pages = said.filter_map(|command| match command {
-            SessionCommand::RetainedPage(page) => Some(page),
-            _ => None,
-        });
-        pages.collect::<Vec<_>>()
-    };
     let answer = |subscriber: &mut Subscriber, overflows| {
-        let page = handed_over(subscriber).last().expect("there is one").number;
+        let page = pages_to_group(subscriber).last().expect("there is one").number;
         let queue = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 1_000_000, window_free: Some(20) };
         let answer = PageAnswer { read: 9, page, overflows, queue };
         subscriber.event(Event::RetainedTaken { connection, epoch: 1, answer });
@@ -693,7 +688,7 @@ fn what_is_retained_is_read_again_when_live_messages_went_before_it() {
         subscriber.event(Event::RetainedPage(page));
     };
     let said = |subscriber: &mut Subscriber| {
-        let pages = handed_over(subscriber).into_iter();
+        let pages = pages_to_group(subscriber).into_iter();
         pages
             .map(|page| (page.messages.first().map(|message| message.number), page.overflows, page.last))
             .collect::<Vec<_>>()
@@ -717,24 +712,11 @@ fn what_is_retained_is_read_again_when_live_messages_went_before_it() {
 /// An answer that a leader took with it is asked for, or the read would have no end.
 #[test]
 fn a_read_ends_although_the_answer_to_its_last_page_is_lost() {
-    let mut subscriber = Subscriber::resumed(Vec::new());
-    subscriber.arbiter.state.shared.retained_possible.store(true, Ordering::Relaxed);
-    let (options, connection) = (SubscriptionOptions::new(ONCE), subscriber.connection);
-    subscriber.ask(FILTER, options);
-    let ticket = *subscriber.asked().first().expect("it was asked");
-    let outcomes = vec![SubscribeOutcome { read: Some(9), ..outcome(FILTER, options) }];
-    let packet_id = subscriber.last_asked;
-    let number = subscriber.arbiter.state.message_number + 1;
-    subscriber.event(Event::Subscribed(SubscribedPersistent { connection, epoch: 1, packet_id, ticket, outcomes }));
-    subscriber.pass_barriers();
+    let (mut subscriber, connection, number) = reading();
 
     let handed_over = |subscriber: &mut Subscriber| {
-        let said = commands_to_group(&mut subscriber.arbiter).into_iter();
-        let pages = said.filter_map(|command| match command {
-            SessionCommand::RetainedPage(page) => Some((page.messages.len(), page.last)),
-            _ => None,
-        });
-        pages.collect::<Vec<_>>()
+        let pages = pages_to_group(subscriber).into_iter();
+        pages.map(|page| (page.messages.len(), page.last)).collect::<Vec<_>>()
     };
     let queue = QueueAtGroup { queued: 0, messages_free: 100, bytes_free: 1_000_000, window_free: Some(20) };
     let taken = |page| {
